@@ -21,7 +21,7 @@ INLINE void across_inputs(int dtype, int taken, const char *w, size_t stride, in
             UNROLL for (int k = 0; k < taken; k++) left[k] = load_as(dtype, w + k * step, o);
             for (int r = 0; r < n; r++) {
                 vf all = left[0] * right[r][0];
-                UNROLL for (int k = 1; k < taken; k++) all += left[k] * right[r][k];
+                UNROLL for (int k = 1; k < taken; k++) all = fused_each(left[k], every(right[r][k]), all);
                 store(y[first + r] + o, load(y[first + r] + o) + all);
             }
         }

@@ -26,7 +26,7 @@ INLINE void scored(int dtype, int heads, const void *q, const void *keys, size_t
 #endif
             UNROLL for (int j = 0; j < GROUP; j++) {
                 vf key = load_as(dtype, keys, at[j] + i);
-                UNROLL for (int h = 0; h < heads; h++) acc[h][j] += load((const float *)q + h * width + i) * key;
+                UNROLL for (int h = 0; h < heads; h++) acc[h][j] = fused_each(load((const float *)q + h * width + i), key, acc[h][j]);
             }
         }
         UNROLL for (int h = 0; h < heads; h++) {
@@ -52,7 +52,7 @@ INLINE void mixed(int dtype, int heads, int vectors, const float *weights, const
     for (size_t k = 0; k < count; k++) {
         UNROLL for (int v = 0; v < vectors; v++) {
             vf value = load_as(dtype, values, k * width + i + v * LANES);
-            UNROLL for (int h = 0; h < heads; h++) acc[h][v] += weights[h * PIECE + k] * value;
+            UNROLL for (int h = 0; h < heads; h++) acc[h][v] = fused_each(every(weights[h * PIECE + k]), value, acc[h][v]);
         }
     }
     UNROLL for (int h = 0; h < heads; h++) {
@@ -139,8 +139,8 @@ static void put_together(const Job *job, const Layer *l, int r, int kv_head, flo
         for (int i = 0; i < pieces; i++) {
             const float *one = all + i * (width + 2);
             float by = expf(one[width] - largest);
-            total += by * one[width + 1];
-            for (size_t j = 0; j < width; j++) room[j] += by * one[j];
+            total = fused(by, one[width + 1], total);
+            for (size_t j = 0; j < width; j++) room[j] = fused(by, one[j], room[j]);
         }
         for (size_t j = 0; j < width; j++) room[j] /= total;
         put(read_size(l->o.dtype), job->attended, ((size_t)r * m->heads + kv_head * heads + h) * width, room, width);

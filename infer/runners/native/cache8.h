@@ -119,7 +119,7 @@ INLINE void scored8(int heads, const float *q, const char *keys, const char *nex
         for (size_t i = 0; i < whole; i += LANES) {
             UNROLL for (int j = 0; j < GROUP; j++) {
                 vf key = levels8(at[j] + i);
-                UNROLL for (int h = 0; h < heads; h++) acc[h][j] += load(q + h * width + i) * key;
+                UNROLL for (int h = 0; h < heads; h++) acc[h][j] = fused_each(load(q + h * width + i), key, acc[h][j]);
             }
         }
         UNROLL for (int h = 0; h < heads; h++) {
@@ -142,7 +142,7 @@ INLINE void mixed8(int heads, int vectors, const float *weights, const char *val
         if (next) __builtin_prefetch(next + k * (width + SCALE8));
         UNROLL for (int v = 0; v < vectors; v++) {
             vf value = levels8(values + k * (width + SCALE8) + i + v * LANES);
-            UNROLL for (int h = 0; h < heads; h++) acc[h][v] += weights[h * PIECE + k] * value;
+            UNROLL for (int h = 0; h < heads; h++) acc[h][v] = fused_each(every(weights[h * PIECE + k]), value, acc[h][v]);
         }
     }
     UNROLL for (int h = 0; h < heads; h++) {

@@ -1,6 +1,6 @@
 /* What a pass is made of, for the vectors of the CPU that it is built for: numbers, and products of a few rows.
 
-   Plain C with the vector extensions that gcc and clang share; one instruction beside, the dot product of bfloat16 pairs. Whatever the number of rows
+   Plain C with the vector extensions that gcc and clang share; two instructions beside, a product with a sum and the dot product of bfloat16 pairs. Whatever the number of rows
    or heads that a function takes at a time, each is summed in the same order. */
 
 #pragma once
@@ -9,6 +9,8 @@
 #include <string.h>
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -71,7 +73,19 @@ static inline size_t most(size_t a, size_t b) { return a > b ? a : b; }
 static inline float wide(uint16_t x) { uint32_t bits = (uint32_t)x << 16; float f; memcpy(&f, &bits, 4); return f; }
 static inline float one_as(int dtype, const void *at, size_t i) { return dtype == FLOAT32 ? ((const float *)at)[i] : wide(((const uint16_t *)at)[i]); }
 
-/* a * b + c, rounded once wherever that is one instruction: left to itself, a compiler fuses the two in the loop of some numbers of rows, and not of others */
+/* a * b + c, rounded once wherever that is one instruction: left to itself, a compiler fuses the two in the loop of some numbers of rows, and not of
+   others (gcc for Zen 2 and 3 does so for vectors, too: sums that wait for each other it takes apart) */
+INLINE vf fused_each(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON) && defined(__ARM_FEATURE_FMA)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
 static inline float fused(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
     return __builtin_fmaf(a, b, c);
@@ -210,7 +224,7 @@ INLINE void tile(int dtype, int outputs, int rows, const void *w, size_t inputs,
             UNROLL for (int o = 0; o < outputs; o++) {
                 vf left = load_as(dtype, w, o * inputs + i);
                 if (kept) KEPT(left);
-                UNROLL for (int r = 0; r < rows; r++) acc[o][r] += left * right[r];
+                UNROLL for (int r = 0; r < rows; r++) acc[o][r] = fused_each(left, right[r], acc[o][r]);
             }
         }
     }

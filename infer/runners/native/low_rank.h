@@ -57,11 +57,11 @@ INLINE void raised_as(int dtype, const LowRank *l, long at, int outputs, const N
             UNROLL for (int j = 0; j < GROUP; j++) acc[j] = every(0);
             for (; k < vectors; k += LANES) {
                 vf left = load(number(t, of_rows, r, k));
-                UNROLL for (int j = 0; j < GROUP; j++) acc[j] += left * load_as(dtype, up[j], k);
+                UNROLL for (int j = 0; j < GROUP; j++) acc[j] = fused_each(left, load_as(dtype, up[j], k), acc[j]);
             }
             for (; k < fours; k += 4) {
                 vf left = four_as(FLOAT32, number(t, of_rows, r, k), 0);
-                UNROLL for (int j = 0; j < GROUP; j++) acc[j] += left * four_as(dtype, up[j], k);
+                UNROLL for (int j = 0; j < GROUP; j++) acc[j] = fused_each(left, four_as(dtype, up[j], k), acc[j]);
             }
             s = sums(acc[0], acc[1], acc[2], acc[3]);
             for (; k < rank; k++) {

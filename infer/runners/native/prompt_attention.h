@@ -81,7 +81,7 @@ INLINE Abreast lane_of(int dtype, int queries, size_t words, const float *keys, 
             continue;
         }
 #endif
-        UNROLL for (int h = 0; h < queries; h++) acc.of[h] += every(q[h * apart + i]) * key;
+        UNROLL for (int h = 0; h < queries; h++) acc.of[h] = fused_each(every(q[h * apart + i]), key, acc.of[h]);
     }
     return acc;
 }
@@ -104,7 +104,7 @@ INLINE void scored_across(int dtype, int queries, size_t words, size_t rest, con
 #undef BOTH
 #undef OF
     for (size_t i = words; i < words + rest; i++) {
-        UNROLL for (int h = 0; h < queries; h++) all.of[h] += every(q[h * apart + i]) * load(keys + i * LANES);
+        UNROLL for (int h = 0; h < queries; h++) all.of[h] = fused_each(every(q[h * apart + i]), load(keys + i * LANES), all.of[h]);
     }
     UNROLL for (int h = 0; h < queries; h++) store(scores + h * scores_apart, all.of[h]);
 }
@@ -140,7 +140,7 @@ INLINE void mixed_further(int dtype, int queries, int vectors, const float *weig
         UNROLL for (int v = 0; v < vectors; v++) KEPT(value[v]);
         UNROLL for (int h = 0; h < queries; h++) {
             vf weight = every(weights[h * apart + k]);
-            UNROLL for (int v = 0; v < vectors; v++) acc[h][v] += weight * value[v];
+            UNROLL for (int v = 0; v < vectors; v++) acc[h][v] = fused_each(weight, value[v], acc[h][v]);
         }
     }
     UNROLL for (int h = 0; h < queries; h++) {

@@ -41,6 +41,10 @@ def ids(n: int, seed: int = 0) -> list[int]:
     return torch.randint(3, 128, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def rms(x: torch.Tensor) -> torch.Tensor:
+    return x.square().mean().sqrt()
+
+
 def in_8(model):
     """The model, its cache to be in 8 bits."""
     set_kv_cache_dtype(model, "int8")
@@ -147,13 +151,13 @@ def test_pasts_of_several_pieces_are_put_together_right(varied, exactly, kind, c
 
 
 @pytest.mark.parametrize("name", ["three heads a key head, of whole vectors", "sizes that no vector divides", "gemma2"])
-def test_in_bfloat16_they_are_as_near_as_over_its_own_cache(varied, name):
+def test_in_bfloat16_they_are_as_near_as_its_rounding_and_that_of_the_cache_make_them(varied, name):
     kind, changes = KINDS[name]
     model, text = varied(kind, **changes).bfloat16(), ids(31, 3)
     plain = DirectRunner(copy.deepcopy(model).float())
     exact = plain.forward([plain.allocate()], [text], [31])
-    off = [(read_by_parts(NativeRunner(model, kept), text)[1] - exact).square().mean().sqrt() for kept in (None, "int8")]
-    assert off[1] < 2 * off[0] < 0.1 * exact.std()
+    of_dtype, of_cache, of_both = (rms(read_by_parts(NativeRunner(each, kept), text)[1] - exact) for each, kept in ((model, None), (plain.model, "int8"), (model, "int8")))
+    assert of_both < 1.5 * (of_dtype.square() + of_cache.square()).sqrt() and of_both < 0.1 * exact.std()
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build[0] if build else "native")
@@ -218,7 +222,7 @@ def test_what_torch_runs_reads_and_writes_the_same_cache(varied, natively):
         out.append(runner.forward([slots[1], fork], [[5], [6]], [1, 1]))
         found.append(torch.cat(out))
     ours, theirs, exact = found
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    assert rms(ours - theirs) < 0.1 * rms(ours - exact)  # a number between two levels may be written as either
     assert 1e-3 < (ours - exact).abs().max() < 0.1 * exact.std()
     assert natively
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,11 +1,13 @@
 """The native runner: the numbers of the transformers model in float64, to the rounding of its own dtype, whatever a pass is made of."""
 
 import copy
+import shlex
 
 import pytest
 import torch
 
 from seodang.infer.runners.direct import DirectRunner
+from seodang.infer.runners.native.compiler import compilers
 from seodang.infer.runners.native_runner import MANY, NativeRunner, speaks_natively
 from seodang.infer.runners.open import open_runner
 from seodang.infer.runners.ragged import RaggedRunner
@@ -266,3 +268,11 @@ def test_builds_for_lesser_cpus_compute_the_same(varied, other_build, natively, 
         [(logits, _)], [(theirs, _)] = passed(NativeRunner(model), TEXTS[:1]), passed(DirectRunner(model), TEXTS[:1])
         assert off(logits, wanted := whole(copy.deepcopy(model).double(), TEXTS[0])[0]) < off(theirs, wanted)
     assert spanning(varied("llama", max_position_embeddings=1024, **ODD), torch.float32, [254, 257, 600]) < 3e-6
+
+
+def test_a_row_is_the_same_beside_others_where_a_compiler_fuses_no_sums_that_wait_for_each_other(varied, other_build, monkeypatch):
+    """As gcc has it for Zen 2 and 3, in the loops of some numbers of rows."""
+    monkeypatch.setenv("CC", f"{shlex.join(compilers()[0].command)} -mtune=znver3")
+    assert other_build("haswell", "avx2") == "AVX2"
+    for dtype in (torch.float32, torch.bfloat16):
+        assert speaks_natively(varied("llama").to(dtype))
