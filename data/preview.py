@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,6 +15,7 @@ from .labels import IGNORE_INDEX
 from .literal import literal_text
 
 TRAINED, MASKED, TITLE = "bold green underline", "dim", "bold reverse"
+BRACKETS = ("【", "】")  # which the encodings of Korean Windows have too
 _LONGEST_CHARACTER = 8  # tokens that may have to be joined before they decode
 
 # of labels.prepare, of preference_rows.prepare_preferences, prepare_unpaired or prepare_prompts, or of seq2seq.rows.seq2seq_rows with one first id
@@ -85,20 +87,27 @@ def pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
             before, group = group, []
 
 
-def preview(records: Sequence[tuple[str, Sequence[Row]]], tokenizer: PreTrainedTokenizerBase) -> RenderableType:
-    """The rows of some records for the terminal; a record is the place where it stands, and its rows."""
-    return Group(*(_panel(where, number, rows, tokenizer) for where, rows in records for number in range(max(len(rows), 1))))
+def preview(records: Sequence[tuple[str, Sequence[Row]]], tokenizer: PreTrainedTokenizerBase, *, colours: bool = True) -> RenderableType:
+    """The rows of some records for the terminal; a record is the place where it stands, and its rows.
+
+    Trained tokens are told by their colour; without `colours` they stand between `BRACKETS`.
+    """
+    return Group(*(_panel(where, number, rows, tokenizer, colours) for where, rows in records for number in range(max(len(rows), 1))))
 
 
-def _panel(where: str, number: int, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Panel:
+def _panel(where: str, number: int, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, colours: bool) -> Panel:
     if not rows:
         return Panel(Text("dropped", style="red"), title=Text(where), title_align="left")
     body = Text()
     for part in parts(rows[number], tokenizer):
         if part.title:
             body.append("" if body.plain.endswith("\n") else "\n").append(f" {part.title} ", style=TITLE).append(" ")
-        for piece in part.pieces:
-            body.append(piece.text, style=TRAINED if piece.trained else MASKED)
+        for trained, group in groupby(part.pieces, key=lambda piece: piece.trained):
+            before, behind = BRACKETS if trained and not colours else ("", "")
+            body.append(before)
+            for piece in group:
+                body.append(piece.text, style=TRAINED if trained else MASKED)
+            body.append(behind)
     which = f", row {number + 1} of {len(rows)}" if len(rows) > 1 else ""
     return Panel(body, title=Text(where + which), title_align="left", subtitle=Text(summary(rows[number])), subtitle_align="right")
 

@@ -19,7 +19,7 @@ from seodang.data.formats import SHAPES
 from seodang.data.labels import Counts, Labeller
 from seodang.data.preference_rows import PreferenceCounts, PreferenceTokenizer, prompt_rows
 from seodang.data.preferences import PREFERENCE_SHAPES, PROMPT_SHAPES, UNPAIRED_SHAPES, PromptExample, RankedPreference, UnpairedPreference
-from seodang.data.preview import Row, length, preview, totals
+from seodang.data.preview import BRACKETS, Row, length, preview, totals
 from seodang.data.preview_page import to_html
 from seodang.data.seq2seq.languages import set_languages
 from seodang.data.seq2seq.records import Exchange, one_exchange, seq2seq_shapes
@@ -74,8 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     shown, counts, lengths = (read_exchanges if paired else read_records)(examples, tokenizer, options)
     counts.told = task_lines(shapes)
     console = Console()
-    console.print(preview(shown, tokenizer))
-    console.print(*totals(counts, lengths), sep="\n", markup=False, highlight=False)
+    colours = console.color_system is not None and not console.no_color
+    console.print(preview(shown, tokenizer, colours=colours))
+    told = [] if colours else [f"trained         between {' and '.join(BRACKETS)}"]
+    console.print(*told, *totals(counts, lengths), sep="\n", markup=False, highlight=False)
     if options.eval_data:
         warn_of_overlap(options.data, options.eval_data, options.encoding)
     if options.html:

@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         after = answer_all(trainer.model, tokenizer, questions, "after")
     answered = [Answered(*each) for each in zip(questions, before, after, strict=True)]
     console.print(samples(answered), tasks(answered))
-    print(terminal_curve(folder), f"loss curve      {folder / CURVE}", *figures(answered), folder, sep="\n")
+    print(terminal_curve(folder), f"loss curve      {folder / CURVE}", f"talk with it    . .venv/bin/activate; seodang chat {folder}", *figures(answered), folder, sep="\n")
     return 0
 
 

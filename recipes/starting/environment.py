@@ -87,7 +87,7 @@ def native_step() -> str:
         first = compilers()[0]
     except NotBuilt as error:
         return f"none: {error}"
-    return f"compiled by {first.name} ({first.file})"
+    return f"compiled by {first.name} ({first.file}); --verbose says whether a model's steps run by it"
 
 
 def fetched(package: str, name: str, remedy: str) -> str:

@@ -57,6 +57,13 @@ def test_the_terminal_shows_trained_and_masked_text_in_their_styles(smol):
     assert "a.jsonl line 1" in text and "dropped" in text and f"{len(rows[0]['input_ids'])} tokens" in text
 
 
+def test_without_colours_trained_tokens_stand_between_brackets(smol):
+    rows, _ = prepare([TALK], smol, max_length=512)
+    body = preview([("a.jsonl line 1", rows)], smol, colours=False).renderables[0].renderable.plain
+    assert re.findall("【(.*?)】", body, re.DOTALL) == ["한국 😀 & <i>여기</i>.<|im_end|>"]
+    assert re.sub("[【】]", "", body) == preview([("a.jsonl line 1", rows)], smol).renderables[0].renderable.plain
+
+
 def test_the_page_escapes_what_it_shows_and_loads_nothing(smol):
     rows, counts = prepare([TALK], smol, max_length=512)
     page = to_html([("<script>alert(1)</script>", rows)], smol, counts, [len(rows[0]["input_ids"])], title="<T>")
@@ -130,13 +137,13 @@ def test_the_terminal_and_the_page_name_the_better_answer(smol):
 @pytest.mark.parametrize(
     "record, shape, shown",
     [
-        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, None, ["chosen  A<|im_end|>", "rejected  B<|im_end|>", "1 pairs of 2 answers"]),
-        ({"prompt": "Q", "responses": ["A", "B", "C"], "ranks": [1, 0, 2]}, None, ["rank 0  B<|im_end|>", "3 pairs of 3 answers"]),
-        ({"prompt": "Q", "completion": "A", "label": False}, None, ["bad  A<|im_end|>", "0 good and 1 bad answers"]),
+        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, None, ["chosen  【A<|im_end|>】", "rejected  【B<|im_end|>】", "1 pairs of 2 answers"]),
+        ({"prompt": "Q", "responses": ["A", "B", "C"], "ranks": [1, 0, 2]}, None, ["rank 0  【B<|im_end|>】", "3 pairs of 3 answers"]),
+        ({"prompt": "Q", "completion": "A", "label": False}, None, ["bad  【A<|im_end|>】", "0 good and 1 bad answers"]),
         ({"prompt": "Q", "completion": "A", "label": False}, "prompt_completion", ["A<|im_end|>", "trained ("]),
         ({"question": "Q", "answer": "A"}, None, ["A<|im_end|>", "trained (", "columns         question as prompt, answer as completion, in 1 records"]),
         ({"question": "Q", "answer": "A"}, "question", ["prompt 3", "records         1 read, 1 kept in 1 rows"]),
-        ({"Question": "Q", "chosen": "A", "rejected": "B"}, None, ["chosen  A<|im_end|>", "columns         Question as prompt, in 1 records"]),
+        ({"Question": "Q", "chosen": "A", "rejected": "B"}, None, ["chosen  【A<|im_end|>】", "columns         Question as prompt, in 1 records"]),
         ({"prompt": "Q", "chosen": "A", "rejected": "A"}, None, ["dropped", "1 x identical answers"]),
     ],
 )

@@ -50,7 +50,7 @@ class Plan:
             *([] if self.memory is None else [f"peak memory     about {self.memory / gib:.2f} GiB a process"]),
             f"disk            {self.disk / gib:.2f} GiB for checkpoints ({self.checkpoint / gib:.2f} GiB each)",
             f"time            about {_duration(self.seconds)} ({self.step_seconds:.2f} s a step, from one timed step)" if timed else
-            "time            is known from a step, which takes the weights: --dry_run time",
+            "time            not measured: --dry_run time takes the weights and times a step",
         ]  # fmt: skip
 
 
