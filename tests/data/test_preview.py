@@ -147,7 +147,8 @@ def test_the_terminal_and_the_page_name_the_better_answer(smol):
         ({"prompt": "Q", "chosen": "A", "rejected": "A"}, None, ["dropped", "1 x identical answers"]),
     ],
 )
-def test_the_command_tells_records_by_their_keys_or_by_the_shape_named(tmp_path, capsys, record, shape, shown):
+def test_the_command_tells_records_by_their_keys_or_by_the_shape_named(smol, tmp_path, capsys, monkeypatch, record, shape, shown):
+    monkeypatch.setattr("seodang.recipes.preview.load_tokenizer", lambda model: copy.deepcopy(smol))
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
     assert main([str(tmp_path / "a.jsonl"), *(["--shape", shape] if shape else [])]) == 0
     out = capsys.readouterr().out

@@ -157,7 +157,7 @@ def test_a_server_that_dies_is_told_of_and_what_is_done_is_kept(scripted_server,
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.full) for number in (signal.SIGTERM, signal.SIGINT))])
 def test_a_run_that_is_killed_is_gone_on_with_and_no_answer_is_asked_twice(scripted_server, tmp_path, number):
     answered, lock = Counter(), threading.Lock()
 

@@ -85,7 +85,14 @@ def test_every_example_is_run_here_and_is_in_the_documents():
             assert sum(line.startswith(start) for line in comment(name)) == 1, (name, start)
 
 
-@pytest.mark.parametrize("name", ORDER)
+SELDOM = ("grpo", "lora_hub", "diffusion", "seq2seq/geography")  # what they train is trained elsewhere too
+
+
+def cases(names):
+    return [pytest.param(name, marks=pytest.mark.full if name in SELDOM else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", cases(ORDER))
 def test_an_example_runs_by_the_commands_of_its_comment_and_leaves_what_it_names(name, ran, clone):
     ran(name)
     for path in map(Path, left(name)):
@@ -102,7 +109,7 @@ def speaks(folder):
     return model
 
 
-@pytest.mark.parametrize("name", ["instructgpt/sft", "instructgpt/ppo", "dpo", "grpo", "diffusion"])
+@pytest.mark.parametrize("name", cases(["instructgpt/sft", "instructgpt/ppo", "dpo", "grpo", "diffusion"]))
 def test_what_an_example_teaches_speaks_and_is_not_what_it_began_with(name, ran, clone):
     ran(name)
     beginning = "default" if name in ("instructgpt/sft", "diffusion") else "runs/examples/instructgpt/sft"
@@ -113,6 +120,7 @@ def test_what_an_example_teaches_speaks_and_is_not_what_it_began_with(name, ran,
     assert taught[: len(untaught)].equal(untaught) != rewarded  # where all of a group are rewarded alike, nothing is to be learned
 
 
+@pytest.mark.full
 def test_the_adapter_names_the_hubs_model_as_its_base_and_speaks_on_it(ran, clone):
     ran("lora_hub")
     told = json.loads(Path("runs/examples/lora-hub/adapter_config.json").read_text(encoding="utf-8"))
@@ -140,6 +148,7 @@ def test_the_classifier_says_of_each_text_one_of_the_tasks(ran, clone):
     assert len(predicted) == len(records) and {each["label"] for each in predicted} <= {each["task"] for each in records}
 
 
+@pytest.mark.full
 def test_the_encoder_decoder_goes_on_from_what_it_read_and_answers_the_held_out_questions(ran, clone):
     ran("seq2seq/geography")
     pretrained, tokenizer = load("runs/examples/seq2seq/pretrained", device="cpu", dtype="float32")

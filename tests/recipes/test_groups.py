@@ -141,7 +141,8 @@ def test_a_reward_of_no_number_stops_the_command(base, questions, tmp_path, caps
     assert "reward bad returned nan for the completion" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", [pytest.param("grpo", marks=pytest.mark.full), "rloo"])
+@pytest.mark.full
+@pytest.mark.parametrize("verb", ["grpo", "rloo"])
 def test_two_processes_share_groups_and_prompts(verb, base, questions, share, tmp_path, on_two):
     """Four answers a prompt, two on each process."""
     out = tmp_path / "out"

@@ -141,6 +141,7 @@ def test_a_reward_model_can_be_trained_on(base, data, tmp_path, capsys):
     assert "merge it first, `seodang export" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_two_processes_equal_one_with_twice_the_batch(base, data, tmp_path, on_two):
     common = ["--model", base, "--data", data, "--eval_fraction", 0.15, "--max_steps", 3, "--save_strategy", "steps", "--save_steps", 2]
     on_two("reward", *common, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2, *QUICK)

@@ -166,9 +166,9 @@ def names_the_reason(refusal: str, name: str, kind: str, given: set[str]) -> boo
     return bool(words & given) and bool(words & {name, kind, name.split("_")[0], SPOKEN.get(name), SPOKEN.get(kind)})
 
 
-KIN = ("self_consistency", "minimum_bayes_risk", "best_of_n", "stochastic_beam", "diverse_beam", "dola")  # made as others are, or out of them
+KIN = ("self_consistency", "minimum_bayes_risk", "best_of_n", "stochastic_beam", "diverse_beam", "constrained_beam", "contrastive", "dola")  # made as others are, or out of them
 CASES = [
-    pytest.param(name, kind, marks=pytest.mark.full if name in KIN or kind == "t5" and name != "sampling" else ())
+    pytest.param(name, kind, marks=pytest.mark.full if name in KIN or kind == "t5" and name != "beam" else ())
     for kind in ("llama", "t5") for name in MEANT
 ]  # fmt: skip
 

@@ -21,9 +21,9 @@ from seodang.infer import LiveEngine, load, load_tokenizer
 from seodang.infer.server.app import build_app
 from seodang.infer.server.served import Served
 
-CHEAP = {  # pages that train nothing
+CHEAP = {  # pages that train nothing, and take seconds
     f"docs/{name}.md"
-    for name in ("how-generate-works", "records-and-masks", "teacher-forcing", "strategies", "serving", "ko/records-and-masks", "ko/serving")
+    for name in ("how-generate-works", "records-and-masks", "teacher-forcing", "serving", "ko/records-and-masks", "ko/serving")
 }
 
 

@@ -35,7 +35,7 @@ def chosen_line(told):
     return next((line for line in told.out.splitlines() if line.startswith("chosen")), None)
 
 
-@pytest.mark.parametrize("verb", [sft, dpo, pretrain], ids=["sft", "dpo", "pretrain"])
+@pytest.mark.parametrize("verb", [sft, *(pytest.param(verb, marks=pytest.mark.full) for verb in (dpo, pretrain))], ids=["sft", "dpo", "pretrain"])
 def test_a_run_chooses_for_the_memory_given_and_learns_the_same(verb, run):
     code, told, plain = run(verb)
     assert code == 0 and chosen_line(told) is None

@@ -48,8 +48,8 @@ def equal(ours, theirs):
     return all(torch.equal(value, weights(theirs)[name]) for name, value in weights(ours).items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("at", "saved"), [("on_step_end", 3), ("on_pre_optimizer_step", 4)])  # where an epoch ends, and within one
+# where an epoch ends, and within one
+@pytest.mark.parametrize(("at", "saved", "number"), [("on_step_end", 3, signal.SIGTERM), ("on_pre_optimizer_step", 4, signal.SIGINT)])
 def test_the_step_in_hand_is_finished_and_saved_and_the_run_goes_on_from_it(fresh_tiny, tiny_tokenizer, tmp_path, capfd, number, at, saved):
     whole = trainer_of(fresh_tiny, tiny_tokenizer, tmp_path / "whole")
     whole.train()
@@ -121,7 +121,7 @@ def test_a_signal_at_the_very_end_is_heeded_too(fresh_tiny, tiny_tokenizer, tmp_
     assert equal(resumed, trainer) and resumed.state.global_step == 6
 
 
-@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+@pytest.mark.parametrize("strategy", ["steps", pytest.param("epoch", marks=pytest.mark.full)])
 def test_an_evaluation_is_left_at_once_and_done_by_the_run_that_goes_on(fresh_tiny, tiny_tokenizer, tmp_path, strategy):
     how = {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True, "metric_for_best_model": "eval_number"}
     calls = []

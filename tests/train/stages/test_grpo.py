@@ -234,7 +234,7 @@ def test_columns_are_whole():
 # Training
 
 
-@pytest.mark.parametrize("kind, adapter", [("grpo", True), ("rloo", False), *(pytest.param(*each, marks=pytest.mark.full) for each in (("grpo", False), ("rloo", True)))])
+@pytest.mark.parametrize("kind, adapter", [("grpo", True), *(pytest.param(*each, marks=pytest.mark.full) for each in (("grpo", False), ("rloo", False), ("rloo", True)))])
 def test_the_share_of_a_letter_rises(kind, adapter, fresh_tiny, tiny_tokenizer, tmp_path):
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM") if adapter else None
     settings = {"learning_rate": 2e-2 if adapter else 1e-2, "max_steps": 20, "beta": 0.001, "lr_scheduler_type": "constant",

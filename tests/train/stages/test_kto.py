@@ -77,8 +77,10 @@ def reward_of(policy, reference, row):
     return 0.1 * (sums[0] - sums[1]).item()
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("before", [False, True])
+OTHERS = [pytest.param(*each, marks=pytest.mark.full) for each in ((False, False), (True, True))]
+
+
+@pytest.mark.parametrize("adapter, before", [(False, True), (True, False), *OTHERS])
 def test_training_moves_held_out_accuracy_and_margins(adapter, before, fresh_tiny, tiny_tokenizer, tmp_path):
     rows = rows_of(tiny_tokenizer)
     args = settings(tmp_path, learning_rate=3e-3, num_train_epochs=15, precompute_ref_log_probs=before, lr_scheduler_type="constant")
