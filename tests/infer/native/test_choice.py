@@ -278,7 +278,7 @@ def test_a_library_that_computes_something_else_is_not_used_and_one_line_says_wh
     assert type(open_runner(varied())) is NativeRunner
 
 
-@pytest.mark.parametrize("missing", ["none at all", "fails", "hides"])
+@pytest.mark.parametrize("missing", ["none at all", "fails", pytest.param("hides", marks=pytest.mark.full)])
 def test_without_a_compiler_one_line_says_so_once_and_it_is_not_asked_again(varied, anew, tmp_path, monkeypatch, missing):
     asked = []
     monkeypatch.setattr(library, "built", lambda *rest, built=library.built: asked.append(rest) or built(*rest))
