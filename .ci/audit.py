@@ -48,15 +48,17 @@ def belongs(stub: ast.Module, line: int, home: str, names: set[str]) -> bool:
 def signatures(stubgen: str, mypy: str) -> int:
     """Have mypy look at stubs of all modules, and show what it says of those that are public."""
     with tempfile.TemporaryDirectory() as folder:
-        place = str(Path(importlib.import_module("seodang").__file__).parents[1])
-        subprocess.run([stubgen, "-q", "-o", folder, *(word for room in ROOMS for word in ("-p", f"seodang.{room}"))], check=True, env={"PYTHONPATH": place, "PATH": "/usr/bin:/bin"})
+        Path(folder, "source").mkdir()
+        Path(folder, "source", "seodang").symlink_to(ROOT)  # the repository is the package, whatever its folder is called
+        where = {"PYTHONPATH": f"{folder}/source", "PATH": "/usr/bin:/bin"}
+        subprocess.run([stubgen, "-q", "-o", folder, *(word for room in ROOMS for word in ("-p", f"seodang.{room}"))], check=True, env=where)
         settings = ["--no-site-packages", "--ignore-missing-imports", "--disallow-untyped-defs", "--no-error-summary", "--hide-error-context", "--cache-dir=/dev/null"]
         settings += [word for code in UNTOLD for word in ("--disable-error-code", code)]
         done = subprocess.run([mypy, *settings, *(f"{folder}/seodang/{room}" for room in ROOMS)], capture_output=True, text=True)
         if done.returncode > 1 or done.stderr:
             sys.exit(f"mypy: {done.stderr or done.stdout}")
         named = public_names()
-        told, known = [], {place.resolve(): place for place in Path(folder).rglob("*.pyi")}
+        told, known = [], {place.resolve(): place for place in Path(folder, "seodang").rglob("*.pyi")}
         for line in done.stdout.splitlines():
             place, number, *_ = line.split(":", 2)
             home = place.removeprefix(f"{folder}/").removesuffix(".pyi").removesuffix("/__init__").replace("/", ".")
