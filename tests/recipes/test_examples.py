@@ -56,7 +56,8 @@ def ran(clone, unpainted, quickly):
     """`ran(name)`: an example has run, after those whose files it reads."""
 
     def run(name):
-        text = (EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8")
+        settings = {EXAMPLES / f"{name}.yaml", *(ROOT / path for command in commands(name) for path in re.findall(r"recipes/\S+\.yaml", command))}
+        text = "".join(path.read_text(encoding="utf-8") for path in settings)
         for other in ORDER[: ORDER.index(name)]:
             if any(path in text for path in left(other)):
                 run(other)
