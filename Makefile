@@ -1,7 +1,8 @@
 # make demo, make test: each does the set-up it needs.
-# PYTHON=python3.12 names the interpreter; ARGS="-k packing" is handed to the command.
+# PYTHON=python3.12 names the interpreter; ARGS="-k packing" is handed to the command; TESTS="tests/data tests/infer" are run in place of all.
 export PYTHON TORCH
 ready := .venv/ready
+TESTS ?= tests
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
 .PHONY: help audit package setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest docs clean
@@ -58,14 +59,14 @@ demo-attention: $(ready)
 	@.venv/bin/seodang demo-attention $(ARGS)
 
 test: $(ready)
-	@.venv/bin/python $(pytest) -m "not full" tests $(ARGS)
+	@.venv/bin/python $(pytest) -m "not full" $(TESTS) $(ARGS)
 
 test-full: $(ready)
-	@.venv/bin/python $(pytest) tests $(ARGS)
+	@.venv/bin/python $(pytest) $(TESTS) $(ARGS)
 
 test-newest:
 	@.ci/setup --newest
-	@.venv-newest/bin/python $(pytest) -m "not full" tests $(ARGS)
+	@.venv-newest/bin/python $(pytest) -m "not full" $(TESTS) $(ARGS)
 
 docs:
 	@.ci/docs

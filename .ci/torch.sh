@@ -16,7 +16,7 @@ install() {
 
 no_torch() {
     stop "could not install $1 (pip says why above). If the network failed, run 'make setup' again." \
-        "Elsewhere you may have another build: make setup TORCH='torch==$torch --index-url URL'"
+        "The build of PyPI will do too, but is large (2.5 GB with CUDA): make setup TORCH='torch==$torch'; another index: make setup TORCH='torch==$torch --index-url URL'"
 }
 
 nvidia() { nvidia-smi -L >/dev/null 2>&1 || [ -e /proc/driver/nvidia/version ]; }

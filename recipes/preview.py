@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     colours = console.color_system is not None and not console.no_color
     console.print(preview(shown, tokenizer, colours=colours))
     told = [] if colours else [f"trained         between {' and '.join(BRACKETS)}"]
+    if len(shown) < counts.records:
+        told.append(f"shown           the first {len(shown):,} of {counts.records:,} records; --rows {counts.records} shows all")
     console.print(*told, *totals(counts, lengths), sep="\n", markup=False, highlight=False)
     if options.eval_data:
         warn_of_overlap(options.data, options.eval_data, options.encoding)

@@ -119,7 +119,7 @@ def plan_lines(trainer: Any, counts: Accounting, resume: Path | None, *, stage: 
         f"model           {of_weights}{f' ({reason})' if weights == dtype else ''}",
         *([f"threads         {threads_line()}"] if trainer.args.device.type == "cpu" else []),
         *cost,
-        *([f"resume          from {resume}"] if resume else []),
+        *([f"resume          from {resume}; its steps are counted above, too"] if resume else []),
     ]
 
 

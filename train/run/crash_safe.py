@@ -384,15 +384,15 @@ class CrashSafeCheckpoints(Interruptible):
             generation.save_pretrained(output_dir)
 
     def _facts(self) -> dict[str, Any]:
-        template = getattr(self.processing_class, "chat_template", None)
         return {
-            "step": self.state.global_step,
-            "base": self.provenance.base,
-            "paradigm": self.provenance.paradigm,
-            "template": fingerprint(template),
-            "data": self.provenance.data,
+            "step": self.state.global_step, "base": self.provenance.base, "paradigm": self.provenance.paradigm,
+            "template": fingerprint(getattr(self.processing_class, "chat_template", None)), "data": self.provenance.data,
             **({} if self.provenance.options is None else {"options": self.provenance.options}),
-        }
+        }  # fmt: skip
+
+    @override
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=[*without_ties(self.model, dict.fromkeys(load_result.missing_keys))]))
 
     @override
     def _load_best_model(self) -> None:

@@ -196,8 +196,8 @@ def gathered_when_saved(accelerator: Accelerator) -> Iterator[None]:
         plugin.set_state_dict_type(before)
 
 
-def without_ties(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A gathered state without what is another of its tensors, which a gathered one does not show."""
+def without_ties(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """A gathered state, or what is named as one, without what is another of its tensors, which a gathered one does not show."""
     prefix = "base_model.model." if hasattr(model, "peft_config") else ""
     tied = {prefix + name for name in getattr(model, "all_tied_weights_keys", None) or ()}
     return {name: value for name, value in state.items() if name not in tied}

@@ -145,4 +145,5 @@ function costOf(passes) {
   return [...said, t("cache {0}", passes.at(-1).cached)].join(", ");
 }
 
-const legend = () => h("p", { class: "legend" }, h("span", { class: "scale" }, t("unlikely")), " ", h("span", { class: "scale sure" }, t("certain")));
+const legend = () =>
+  h("p", { class: "legend" }, h("span", { class: "scale" }, t("unlikely")), " ", h("span", { class: "scale sure" }, t("certain")), " ", t("A token that is clicked shows what it was chosen from."));

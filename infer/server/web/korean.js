@@ -118,6 +118,7 @@ const KOREAN = {
   "Bans: what does not come": "금지: 나오지 않는 것",
   "Constraints: what the text may be": "제약: 글의 꼴",
   "Order of the filters": "필터의 순서",
+  "A token that is clicked shows what it was chosen from.": "토큰을 누르면 어떤 후보에서 골랐는지 보입니다.",
   "Tokens, coloured by probability: arrow keys go from one to the next": "확률로 색칠한 토큰: 화살표 키로 옮겨 갑니다",
   "{0}, probability {1}": "{0}, 확률 {1}",
   entropy: "엔트로피",

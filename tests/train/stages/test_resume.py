@@ -85,6 +85,15 @@ def test_checkpoints_are_complete_rotated_and_readable_by_others(fresh_tiny, tin
     assert torch.equal(saved["model.norm.weight"], trainer.model.model.norm.weight)
 
 
+def test_what_is_tied_is_not_missed_among_the_weights_that_a_run_goes_on_from(fresh_tiny, tiny_tokenizer, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", lambda text, *rest: said.append(text))
+    tied = lambda kind, **changes: fresh_tiny(kind, tie_word_embeddings=True, **changes)
+    run(tied, tiny_tokenizer, tmp_path, max_steps=1)
+    run(tied, tiny_tokenizer, tmp_path, max_steps=2, resume=str(find_resume(tmp_path, "auto")))
+    assert not [text for text in said if "missing keys" in text]
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)
