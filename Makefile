@@ -2,7 +2,7 @@
 # PYTHON=python3.12 names the interpreter; ARGS="-k packing" is handed to the command; TESTS="tests/data tests/infer" are run in place of all.
 export PYTHON TORCH
 ready := .venv/ready
-TESTS ?= tests
+TESTS := tests
 pytest := -m pytest -c tests/pytest.ini -n auto --dist worksteal --durations=10
 
 .PHONY: help audit package setup setup-browser demo demo-diffusion demo-encoder demo-pretrain demo-rlhf demo-seq2seq demo-attention test test-full test-newest docs clean

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from seldom import full_but
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -86,14 +87,10 @@ LONG = {
 }  # fmt: skip
 
 
-OFTEN = ("korean", "special", "blanks and letters")  # what is cut by words, at special tokens, and hardly at all
+OFTEN = ("korean", "special", "blanks and letters", "parts")  # what is cut by words, at special tokens, and hardly at all
 
 
-def cases(texts):
-    return [pytest.param(text, id=name, marks=() if name in (*OFTEN, "parts") else pytest.mark.full) for name, text in texts.items()]
-
-
-@pytest.mark.parametrize("text", cases(LONG))
+@pytest.mark.parametrize("text", full_but(OFTEN, LONG))
 def test_a_long_text_is_encoded_as_ever_where_it_fits_and_refused_far_beyond(tokenizer, text):
     for as_text in (False, True):
         ids = text_ids(tokenizer, text, as_text)
@@ -102,7 +99,7 @@ def test_a_long_text_is_encoded_as_ever_where_it_fits_and_refused_far_beyond(tok
             text_ids(tokenizer, text, as_text, most=len(ids) // 20)
 
 
-@pytest.mark.parametrize("content", cases({**LONG, "specials": "<|im_end|>a" * 1_000, "parts": " " * 100_000 + "<|im_end|>" + "나" * 20_000}))
+@pytest.mark.parametrize("content", full_but(OFTEN, {**LONG, "specials": "<|im_end|>a" * 1_000, "parts": " " * 100_000 + "<|im_end|>" + "나" * 20_000}))
 def test_messages_at_the_limit_are_encoded_as_ever(tokenizer, content):
     messages = [{"role": "user", "content": content}]
     ids = prompt_ids(tokenizer, messages)

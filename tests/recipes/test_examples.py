@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from seldom import full_but
 
 from seodang.data.form_pairs import main as form_pairs
 from seodang.infer import SamplingParams, generate
@@ -86,14 +87,10 @@ def test_every_example_is_run_here_and_is_in_the_documents():
             assert sum(line.startswith(start) for line in comment(name)) == 1, (name, start)
 
 
-SELDOM = ("grpo", "lora_hub", "diffusion", "seq2seq/geography")  # what they train is trained elsewhere too
+OFTEN = {*ORDER} - {"grpo", "lora_hub", "diffusion", "seq2seq/geography"}  # what these train is trained elsewhere too
 
 
-def cases(names):
-    return [pytest.param(name, marks=pytest.mark.full if name in SELDOM else ()) for name in names]
-
-
-@pytest.mark.parametrize("name", cases(ORDER))
+@pytest.mark.parametrize("name", full_but(OFTEN, ORDER))
 def test_an_example_runs_by_the_commands_of_its_comment_and_leaves_what_it_names(name, ran, clone):
     ran(name)
     for path in map(Path, left(name)):
@@ -110,7 +107,7 @@ def speaks(folder):
     return model
 
 
-@pytest.mark.parametrize("name", cases(["instructgpt/sft", "instructgpt/ppo", "dpo", "grpo", "diffusion"]))
+@pytest.mark.parametrize("name", full_but(OFTEN, ["instructgpt/sft", "instructgpt/ppo", "dpo", "grpo", "diffusion"]))
 def test_what_an_example_teaches_speaks_and_is_not_what_it_began_with(name, ran, clone):
     ran(name)
     beginning = "default" if name in ("instructgpt/sft", "diffusion") else "runs/examples/instructgpt/sft"

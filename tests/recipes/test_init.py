@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from seldom import full_but
 
 from seodang.__main__ import main as seodang
 from seodang.data.form_pairs import form_preferences
@@ -65,7 +66,7 @@ def commands(folder):
 OFTEN = ("triplets", "classifier")  # the others differ in what they train, which tests of their commands do
 
 
-@pytest.mark.parametrize("task", [pytest.param(task, marks=[] if task in OFTEN else [pytest.mark.full]) for task in TASKS])
+@pytest.mark.parametrize("task", full_but(OFTEN, [*TASKS]))
 def test_the_commands_of_a_recipe_run_as_they_stand(task, data, small_defaults, quickly, tmp_path, monkeypatch, capsys):
     path, options = data(task)
     monkeypatch.chdir(tmp_path)

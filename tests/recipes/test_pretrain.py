@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from seldom import full_but
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 
 from seodang import __main__ as command
@@ -70,7 +71,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, id=name, marks=() if name == "decoder" else pytest.mark.full) for name, kind in KINDS.items()])
+@pytest.mark.parametrize("kind", full_but(("decoder",), KINDS))
 def test_a_run_from_nothing_that_was_stopped_goes_on_to_the_bit(text, tmp_path, kind):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     common = [*SMALL, *QUICK, "--data", str(text), "--documents", "line", "--eval_fraction", "0.1", "--lr_scheduler_type", "constant", "--save_steps", "3",

@@ -128,10 +128,10 @@ def test_no_answer_has_a_text_of_another_request(server, is_empty):
         return secret, client.post(path, content=body, headers=JSON).text
 
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(ask, range(64)))
+        answers = list(pool.map(ask, range(96)))
     secrets = [secret for secret, _ in answers]
     told = [[other for other in secrets if other in text] for _, text in answers]
     assert all(set(found) <= {own} for found, own in zip(told, secrets))
-    assert sum(map(bool, told)) > 26  # each is told its own
+    assert sum(map(bool, told)) > 40  # each is told its own
     assert not any(other in client.get(path).text for path in ("/health", "/ready", "/metrics", "/v1/models", "/openapi.json") for other in secrets)
     assert is_empty(engine)

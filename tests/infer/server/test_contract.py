@@ -70,9 +70,9 @@ def test_some_requests_of_the_document_are_answered_as_it_says(engine, caplog, t
     with served(engine) as address:
         with urlopen(f"{address}/openapi.json") as answer:
             assert not list(OpenAPIV31SpecValidator(json.load(answer)).iter_errors())
-        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "negative", "--max-examples", "6")
-        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "positive", "--max-examples", "10", few_fields=True)
-        check(address, engine, caplog, 100, 2)
+        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "negative", "--max-examples", "8")
+        tried(address, tmp_path, "--phases", "fuzzing", "--mode", "positive", "--max-examples", "20", few_fields=True)
+        check(address, engine, caplog, 150, 2)
 
 
 @pytest.mark.full

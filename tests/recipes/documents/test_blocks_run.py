@@ -13,6 +13,7 @@ import pytest
 import torch
 from live_server import behind_a_socket
 from markdown_blocks import PAGES, ROOT, Block, blocks
+from seldom import full_but
 from seq2seq_fixtures import build_t5_tokenizer
 from transformers import TrainingArguments
 
@@ -177,7 +178,7 @@ def here(text: str) -> str:
 RUNNING = {page: some for page in PAGES if (some := [block for block in blocks(page) if block.runs])}
 
 
-@pytest.mark.parametrize("page", [page if page in CHEAP else pytest.param(page, marks=pytest.mark.full) for page in RUNNING])
+@pytest.mark.parametrize("page", full_but(CHEAP, [*RUNNING]))
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, stand_in, quickly, unpainted):
     text = here("".join(block.text for block in RUNNING[page]))
     stand_in(page, text)

@@ -48,8 +48,11 @@ def equal(ours, theirs):
     return all(torch.equal(value, weights(theirs)[name]) for name, value in weights(ours).items())
 
 
-# where an epoch ends, and within one
-@pytest.mark.parametrize(("at", "saved", "number"), [("on_step_end", 3, signal.SIGTERM), ("on_pre_optimizer_step", 4, signal.SIGINT)])
+EPOCH_ENDS, WITHIN_ONE = ("on_step_end", 3), ("on_pre_optimizer_step", 4)
+OFTEN, SELDOM = [(*EPOCH_ENDS, signal.SIGTERM), (*WITHIN_ONE, signal.SIGINT)], [(*EPOCH_ENDS, signal.SIGINT), (*WITHIN_ONE, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(("at", "saved", "number"), [*OFTEN, *(pytest.param(*each, marks=pytest.mark.full) for each in SELDOM)])
 def test_the_step_in_hand_is_finished_and_saved_and_the_run_goes_on_from_it(fresh_tiny, tiny_tokenizer, tmp_path, capfd, number, at, saved):
     whole = trainer_of(fresh_tiny, tiny_tokenizer, tmp_path / "whole")
     whole.train()
